@@ -114,6 +114,27 @@ def test_a_store_knows_its_categories(make_job, data, tmp_path):
         Pipeline(job).label()
 
 
+@pytest.mark.slow
+def test_the_default_blur_suits_the_columns_and_is_that_of_a_store_that_is_there(make_job, data):
+    labels = {"num_pairs": 128, "num_evaluations": 4, "t_min": None}
+
+    def plan(name, table, **keys):
+        pipeline = Pipeline(make_job(name, data=table, labels=labels | keys))
+        pipeline.label()
+        pipeline = Pipeline(make_job(name, data=table, labels=labels | keys | {"num_pairs": 192}))
+        pipeline.extend()  # which compares the job with the plan alone
+        found = open_pairs(pipeline.pairs_url).plan
+        assert found.labels["t_min"] == found.t_min
+        return found
+
+    assert plan("mixed", data).t_min == 1e-6
+    assert plan("numbers", {"source": "moons", "max_rows": 500}).t_min == 1e-3
+    assert plan("begun", data, t_min=1e-3).t_min == 1e-3
+    pipeline = Pipeline(make_job("begun", data=data, labels=labels | {"num_pairs": 192}))
+    pipeline.label()
+    assert open_pairs(pipeline.pairs_url).plan.t_min == 1e-3
+
+
 def test_the_keys_of_older_stores_are_those_of_the_defaults():
     def identity(**keys):
         return identity_of_keys(resolve_job({"data": {"source": "moons", **keys}}))["data"]

@@ -187,8 +187,8 @@ DISTRIBUTED = (
         name="encoded_rows_blurred_by_the_variance",
         file="sfg_dist/distributed/labels/labeler.py",
         why="Encoded pairs have another law than decoded ones: their rows are hardly blurred.",
-        old="blur = self.plan.sigma_data * self.schedule.blur",
-        new="blur = self.plan.sigma_data * self.schedule.blur**2",
+        old='blur = self.plan.sigma_data * self._flow("encode").schedule.blur',
+        new='blur = self.plan.sigma_data * self._flow("encode").schedule.blur**2',
         tests=(
             "tests/distributed/test_labels.py::test_encoded_rows_are_blurred_data_and_their_latents_decode_to_them",
         ),

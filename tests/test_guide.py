@@ -183,8 +183,8 @@ def test_every_key_says_what_it_does():
 
 
 def test_keys_in_the_terminal():
-    said = sfg(".", "keys", "labels.t_min").stdout
-    assert "labels.t_min" in said
+    said = sfg(".", "keys", "labels.tolerance").stdout
+    assert "labels.tolerance" in said
     assert "0.001" in said
     assert "num_pairs" in sfg(".", "keys").stdout
     assert "labels.t_min" in sfg(".", "keys", "labels.tmin", check=2).stderr

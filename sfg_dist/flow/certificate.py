@@ -44,7 +44,9 @@ _AIMS = (0.6, 0.95)  # the same shares of the pilots that thresholds are fitted 
 _ROOM = 0.8  # the error at the quantile, of the one that is said to be expected
 _STRIDE = 2**0.5  # thresholds, and errors allowed at an evaluation, are tried in powers of it
 _FIRST, _STEPS = 1e-3, (-40, 20)  # the threshold that is tried first, and the least and largest powers
-_FIRST_SCALE, _SCALES = 4, (-10, 16)  # the same of the error allowed, in units of the tolerance
+# The same of the error allowed, in units of the tolerance. At 32 times the tolerance what is called exact moves labels by
+# up to a tenth of it, which counts as error.
+_FIRST_SCALE, _SCALES = 4, (-10, 10)
 _LEAST_EXPECTED = 0.1  # of the tolerance: float32 may be off by a hundredth
 _NUM_ROUNDS = 5
 _MAX_TIMES = 32
@@ -166,7 +168,7 @@ def share_limit(num_over: int, num_rows: int) -> float:
     """Upper confidence limit of the share over an error, after Clopper and Pearson."""
     from scipy import stats
 
-    return float(stats.beta.ppf(CONFIDENCE, num_over + 1, num_rows - num_over))
+    return float(stats.beta.ppf(CONFIDENCE, num_over + 1, num_rows - num_over)) if num_over < num_rows else 1.0
 
 
 def evaluation_times(flow: Flow) -> list[tuple[float, float]]:
@@ -236,6 +238,8 @@ class _Fit:
             scale -= 1
             while scale >= _SCALES[0] and not self._keeps(scale):
                 scale -= 1
+            if scale < _SCALES[0]:
+                return self.bound
         for group in range(1, _NUM_ROUNDS + 1):
             candidate = self._candidate(scale)
             if not any(candidate.thresholds):

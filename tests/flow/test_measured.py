@@ -194,6 +194,7 @@ def test_a_record_of_an_earlier_plan_expects_the_tolerance_at_all_times():
 
 
 def test_limits_of_a_share():
+    assert share_limit(NUM_FRESH, NUM_FRESH) == 1
     assert share_limit(0, 512) == pytest.approx(1 - 0.05 ** (1 / 512))
     assert share_limit(1, 512) < 0.01 < share_limit(2, 512)
     assert share_limit(12, NUM_FRESH) < 1 - SHARES[1] < share_limit(13, NUM_FRESH)

@@ -44,8 +44,8 @@ _AIMS = (0.6, 0.95)  # the same shares of the pilots that thresholds are fitted 
 _ROOM = 0.8  # the error at the quantile, of the one that is said to be expected
 _STRIDE = 2**0.5  # thresholds, and errors allowed at an evaluation, are tried in powers of it
 _FIRST, _STEPS = 1e-3, (-40, 20)  # the threshold that is tried first, and the least and largest powers
-# The same of the error allowed, in units of the tolerance. At 32 times the tolerance what is called exact moves labels by
-# up to a tenth of it, which counts as error.
+# The same of the error allowed, in units of the tolerance. At 32 times the tolerance what is called exact moves labels
+# by up to a tenth of it, which counts as error.
 _FIRST_SCALE, _SCALES = 4, (-10, 10)
 _LEAST_EXPECTED = 0.1  # of the tolerance: float32 may be off by a hundredth
 _NUM_ROUNDS = 5

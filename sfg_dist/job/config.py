@@ -214,8 +214,8 @@ class LabelsConfig(_Section):
     """The seed of the latents."""
     t_min: Annotated[float, Field(ge=1e-30, lt=1)] | Literal["auto"] | None = None
     """The blur at which the flow ends: a variance, in units of the squared spread of the data. By default it is 1e-3,
-    and 1e-6 for a table with categories or missing values and no condition: a wider blur mixes rare ones. `auto`
-    chooses it by leave-one-out likelihood."""
+    and 1e-6 where the network draws cells and there is no condition: a wider blur mixes rare categories. `auto` chooses
+    it by leave-one-out likelihood."""
     debias: bool | Literal["auto"] = False
     """Whether labels are made from moved rows: each goes half way to its posterior mean at the blur `t_min`. That
     removes the leading error of the blur. `auto` does so where it raises the leave-one-out likelihood, and needs the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict
 
 import numpy as np
 
@@ -105,11 +105,11 @@ def _num_targets(job: Job, columns: tuple[str, ...]) -> int:
 
 
 def t_min_of(job: Job, table: Prepared, existing: Plan | None) -> float | Literal["auto"]:
-    """``labels.t_min``: that of the job, else of the plan that is there already, else one that suits the columns."""
+    """``labels.t_min``: that of the job, else a default: that of the plan which is there, or one for the columns."""
     if job.labels.t_min is not None:
         return job.labels.t_min
-    if existing is not None:
-        return cast("float", existing.labels["t_min"])
+    if existing is not None and existing.labels.get("t_min") in (T_MIN, CELLS_T_MIN):
+        return existing.t_min
     has_cells = job.data.condition is None and draws_cells(table.transform, "auto")
     return CELLS_T_MIN if has_cells else T_MIN
 

@@ -387,12 +387,13 @@ class Pairs:
 
     def _record_array(self, name: str, record: int) -> Any:
         """The Zarr array of a plan record."""
-        prefix, shape = record_prefix(record), record_layout(self.plan, record).shape
+        prefix, layout = record_prefix(record), record_layout(self.plan, record)
         with self._reading(f"{prefix}{name}"):
             array: Any = self.group[f"{prefix}{name}"]
-            if array.shape != shape:
+            if array.shape != layout.shape or array.dtype != np.dtype(layout.dtype):
                 raise StoreError(
-                    f"{self.location.url}/{prefix}{name} has shape {array.shape}, the plan says {shape}: "
-                    f"its zarr.json is another job's; run `sfg verify` and `sfg repair` on the store"
+                    f"{self.location.url}/{prefix}{name} is {array.dtype} of shape {array.shape}, the plan says "
+                    f"{layout.dtype} of shape {layout.shape}: its zarr.json is another job's; run `sfg verify` and "
+                    f"`sfg repair` on the store"
                 )
             return array

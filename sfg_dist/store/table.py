@@ -27,7 +27,7 @@ from sfg_dist.store.parts import Draw, ParquetTable, ParquetWriter, Progress, Za
 from sfg_dist.store.text import check_csv, check_parquet, csv_header, csv_lines, npy_dtype, npy_rows
 
 _LEAST_BYTES = {".zarr": 8.0, ".csv": 2.0, ".parquet": 1 / 64}  # of a cell; a .parquet may write one value many times
-_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*$)")  # signed numbers are none
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,]*(?:[eE][+-]?\d+)?%?$)")  # signed numbers are none
 SUFFIXES = (".zarr", ".parquet", ".csv", ".npy")
 
 
@@ -190,7 +190,7 @@ def _warn_of_formulas(path: str | Path, columns: Sequence[str], types: Sequence[
         if formulas := [text for text in texts if _FORMULA.match(text)]:
             warnings.warn(
                 f"{path}: {listed(formulas)} would be taken for a formula by a spreadsheet, and {what} are written as "
-                f"they are: import the file as text, or give them other {what}",
+                f"they are: import the file as text, or change them in the table",
                 stacklevel=4,
             )
 

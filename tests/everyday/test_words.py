@@ -93,7 +93,7 @@ def override(tables, assignment, root):
 
 @pytest.mark.parametrize("root", [Job, Profile])
 def test_every_key_refuses_in_words(root):
-    assert 3 * len(VALUES) // 4 >= 100
+    assert len(VALUES) >= 100
     document = {"data": {"source": "moons"}} if root is Job else {}
     for number, key in enumerate(leaves(root)):
         refused = 0

@@ -261,10 +261,10 @@ def test_commands_say_what_is_wrong_with_a_hostile_plan(copy_labels, name):
 
 def test_labels_that_no_job_could_ask_for_are_refused_before_a_repair(copy_labels):
     pairs = copy_labels(8)
-    content = plan_document(pairs.plan, identity=with_labels(pairs.plan, num_evaluations=10**15))
+    content = plan_document(pairs.plan, identity=with_labels(pairs.plan, tolerance=-1.0))
     for key in ("plan.json", "plan.copy.json"):
         (pairs.location.root / key).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"labels\.num_evaluations must be"):
+    with pytest.raises(ConfigError, match=r"labels\.tolerance must be"):
         job_beside(open_pairs(pairs.location.root))
 
 

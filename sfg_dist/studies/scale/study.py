@@ -26,7 +26,7 @@ from sfg_dist.job.errors import ConfigError
 from sfg_dist.job.object_stores import is_url
 from sfg_dist.job.version import versions
 from sfg_dist.pipeline.check import as_job, check_job
-from sfg_dist.pipeline.choices import T_MIN
+from sfg_dist.pipeline.choices import t_min_of
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.pipeline import Pipeline
 from sfg_dist.pipeline.plan import identity_of_keys
@@ -190,7 +190,7 @@ class Study(OutputDirectory):
         """All that decides a run."""
         job = self._job_of(case, "").model_dump(exclude_none=True)
         identity = identity_of_keys(self.job)
-        identity["labels"].setdefault("t_min", T_MIN)  # as studies have it from when it was a key's default
+        identity["labels"].setdefault("t_min", t_min_of(self.job, self._table(), None))
         keys: dict[str, object] = identity | {"source": self.job.data.source}
         keys |= {name: job["labels"].get(name) for name in ("num_pairs", "num_threads", "memory_gib")}
         keys["executor"] = {name: value for name, value in job["executor"].items() if name not in NOT_KEYS}

@@ -150,6 +150,22 @@ def test_spaces_within_cells_separate_none(tmp_path, text):
     assert read(tmp_path, text.replace("2024-01-0", "day ")).columns[1] == "x"
 
 
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("time stamp,v\n2020-01-01 10:00:00,0,\n2020-01-01 10:00:01,5,\n", ["time stamp", "v"]),
+        ("time stamp,v\n1,2020-01-01 10:00:00,5\n2,2020-01-01 10:00:01,6\n", ["time stamp", "v"]),
+        ("when ts,v,\n2020-01-01 10:00:00,5\n2020-01-01 10:00:01,6\n", ["when ts", "v"]),
+        ("time stamp,v\n2024-01-01 00:00:00 UTC,1\n2024-01-02 00:00:00 UTC,2\n", ["time stamp", "v"]),
+        ("a b\n1 1,5 3\n2 2,5 4\n", ["a", "b"]),
+        ("x,m y,m\n1,5 2\n2,5 3\n", ["x,m", "y,m"]),
+        ("year, id;name\n1, 2, x;Ann\n1, 3, y;Bob\n", ["year, id", "name"]),
+    ],
+)
+def test_a_line_of_names_that_is_one_cell_off(tmp_path, text, columns):
+    assert list(read(tmp_path, text).columns) == columns
+
+
 def test_numbers_too_large_for_decimals_raise_no_warning(tmp_path):
     assert cells(read(tmp_path, "a,b\n1e300,1\n1e-300,2\n"))["a"] == [1e300, 1e-300]
 
@@ -235,11 +251,23 @@ def test_a_quote_that_the_end_of_the_file_leaves_open_is_refused(tmp_path):
 
 
 def test_points_of_thousands_in_a_file_of_semicolons(tmp_path):
-    text = "a;b\n1.234;5\n2.345;6\n"
-    with pytest.raises(DataError, match=r'line 2 holds 1\.234, which may be .*data\.decimal = "\."'):
+    text = "a;b\n1.234;5\n2;6\n"
+    with pytest.raises(DataError, match=r'line 2 holds 1\.234, and other .*data\.decimal = "\."'):
         read(tmp_path, text)
-    assert cells(read(tmp_path, text, decimal="."))["a"] == [1.234, 2.345]
-    assert cells(read(tmp_path, text.replace("1.234", "0.234")))["a"] == [0.234, 2.345]
+    assert cells(read(tmp_path, text, decimal="."))["a"] == [1.234, 2]
+    assert cells(read(tmp_path, text.replace("1.234", "0.234")))["a"] == [0.234, 2]
+
+
+@pytest.mark.parametrize("text", ["id;lat;lon\n1;40.100;-3.700\n2;41.250;-4.125\n", "id;lat\n7;1.500\n8;NA\n9;2.250\n"])
+def test_three_decimals_in_a_file_of_semicolons(tmp_path, text):
+    table = read(tmp_path, text)
+    first = text.split(";")[len(table.columns)].split("\n")[0]
+    assert cells(table)["lat"][0] == float(first)
+    note = f"points as in {first} read as decimal points, not as separators of thousands (data.decimal)"
+    assert note in table.read_as
+    assert note not in read(tmp_path, text, decimal=".").read_as
+    with pytest.raises(DataError, match=r"'1\.234\.567' in data row .*separators of thousands are not read"):
+        read(tmp_path, text + text.splitlines()[1].replace(first, "1.234.567") + "\n")
 
 
 @pytest.mark.parametrize(

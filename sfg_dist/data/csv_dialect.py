@@ -82,7 +82,7 @@ class Dialect:
     places: Mapping[int, int] = field(default_factory=dict)
     # the columns whose first cells have digits that double precision does not hold
     rounded: frozenset[int] = frozenset()
-    note: str = ""  # what was likely, and not certain
+    notes: Sequence[str] = ()  # what was likely, and not certain
 
     @property
     def separator_words(self) -> str:
@@ -103,7 +103,7 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if first is None:
         raise DataError(f"{source} is empty (blank lines only): expected a table")
-    note = ""
+    notes: list[str] = []
     separator, decimal = {"tab": "\t", "space": " "}.get(text.separator, text.separator), text.decimal
     if found := _SEP_LINE.fullmatch(lines[first].strip()):
         separator = found[1] if separator == "auto" else separator
@@ -120,9 +120,9 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
         raise DataError(f"{source} holds blank lines and comments only: expected a table")
     above = [record for record in marked if record.line < plain[0].line]
     if decimal == "auto":
-        decimal, note = _find_decimal(source, plain, separator)
+        decimal, notes = _find_decimal(source, plain, separator, text.missing)
     width = _width(plain[1:] or plain)
-    dialect = Dialect(separator, decimal, num_columns=width, first_line=plain[0].line, note=note)
+    dialect = Dialect(separator, decimal, num_columns=width, first_line=plain[0].line, notes=notes)
     quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
     dialect = _with_names(
         source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
@@ -251,21 +251,24 @@ def _has_decimals(cells: Sequence[str]) -> bool:
     return any(len(tail) > 1 and tail[0] == "0" for tail in (cell.partition(",")[2] for cell in cells))
 
 
-def _find_decimal(source: str, records: Sequence[Record], separator: str) -> tuple[str, str]:
+def _find_decimal(
+    source: str, records: Sequence[Record], separator: str, missing: Sequence[str]
+) -> tuple[str, list[str]]:
     """The decimal mark, and what to say of it where it is not certain."""
     cells = [(cell, record) for record in records for cell in record.cells if "," in cell or "." in cell]
     commas = [(cell, record) for cell, record in cells if _COMMA_NUMBER.fullmatch(cell)]
     points = [(cell, record) for cell, record in cells if _POINT_NUMBER.fullmatch(cell)]
     if separator == ";" and points and not commas and all(_GROUPED_BY_POINTS.fullmatch(cell) for cell, _ in points):
-        if found := _beside_whole_numbers(records):
+        if found := _beside_whole_numbers(records, missing):
             raise DataError(
-                f"{source}: line {found[1].line} holds {found[0]}, and other cells of its column no point, so this may be "
-                'a separator of thousands, as where commas are decimal: set data.decimal = "." if it is a decimal '
+                f"{source}: line {found[1].line} holds {found[0]}, and other cells of its column no point, so this may "
+                'be a separator of thousands, as where commas are decimal: set data.decimal = "." if it is a decimal '
                 "point, else take the separators of thousands out"
             )
-        return ".", f"points as in {points[0][0]} read as decimal points, not as separators of thousands (data.decimal)"
+        first = points[0][0]
+        return ".", [f"points as in {first} read as decimal points, not as separators of thousands (data.decimal)"]
     if not commas or points:
-        return ".", ""
+        return ".", []
     cell, record = commas[0]
     if separator == NO_SEPARATOR and 2 * len(commas) < len(records):
         raise DataError(
@@ -277,13 +280,14 @@ def _find_decimal(source: str, records: Sequence[Record], separator: str) -> tup
             f"{source}: line {record.line} holds {cell}, which may be a decimal comma or a separator of thousands: set "
             'data.decimal = "," for the former, else take the separators of thousands out'
         )
-    return ",", ""
+    return ",", []
 
 
-def _beside_whole_numbers(records: Sequence[Record]) -> tuple[str, Record] | None:
+def _beside_whole_numbers(records: Sequence[Record], missing: Sequence[str]) -> tuple[str, Record] | None:
     """The first number with a point in a column that has whole numbers below line 1, and its line."""
-    whole = {place for record in records[1:] for place, cell in enumerate(record.cells) if _WHOLE.fullmatch(cell)}
-    cells = ((place, cell, record) for record in records for place, cell in enumerate(record.cells))
+    cells = [(place, cell, record) for record in records for place, cell in enumerate(record.cells)]
+    below = cells[len(records[0].cells) :]
+    whole = {place for place, cell, _ in below if cell not in missing and _WHOLE.fullmatch(cell)}
     return next(((c, record) for place, c, record in cells if place in whole and _POINT_NUMBER.fullmatch(c)), None)
 
 

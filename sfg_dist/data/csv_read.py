@@ -397,6 +397,4 @@ def _in_words(file: _File, num_columns: int) -> str:
         words.append(dialect.separator_words)
     if dialect.decimal == ",":
         words.append("decimal comma")
-    if dialect.note:
-        words.append(dialect.note)
-    return ", ".join([*words, *file.text.notes, *file.notes])
+    return ", ".join([*words, *dialect.notes, *file.text.notes, *file.notes])

@@ -56,6 +56,12 @@ def test_colours_and_numbers_of_flats_are_categories(tmp_path):
     assert cells(read(tmp_path, 'c,x\n#a,"x, y"\nb,c\n')) == {"c": ["#a", "b"], "x": ["x, y", "c"]}
 
 
+@pytest.mark.parametrize("comment", ["#decade", "#202401", "  #decade "])
+def test_a_comment_that_could_be_a_colour_is_no_row(tmp_path, comment):
+    text = f"{comment}\na,b\n1,2\n{comment}\n3,5\n"
+    assert cells(read(tmp_path, text)) == {"a": [1, 3], "b": [2, 5]}
+
+
 @pytest.mark.parametrize(
     ("text", "cell"),
     [
@@ -115,10 +121,11 @@ def test_spaces_that_are_no_part_of_a_value_are_said(tmp_path):
         ("31.12.2024 10:00", "days are read"),
         ("-$5.00", "take out what is no part of the number"),
         ("US$5", "take out"),
+        ("R$ 5,20", "take out"),
+        ("5 Sept. 2024", "days are read"),
         ("5.00 EUR", "take out"),
         ("CHF 1'000.50", "take out"),
         ("(5.00)", "take out"),
-        ("1_000", "separators of thousands are not read"),
         ("1\N{NARROW NO-BREAK SPACE}000", "separators of thousands are not read"),
     ],
 )
@@ -130,7 +137,10 @@ def test_numbers_days_and_times_in_other_forms_are_refused(tmp_path, cell, advic
 
 @pytest.mark.parametrize(
     "cells",
-    [["10-19", "20-29"], ["<=50K", ">50K"], ["3 rooms", "4 rooms"], ["A1", "B2"], ["May", "June"], ["1st", "2nd"]],
+    [
+        *(["10_100", "11_101"], ["1 Mary 20", "2 Decker 30", "3 Mayor 12"], ["A$1", "B$2"]),
+        *(["10-19", "20-29"], ["<=50K", ">50K"], ["3 rooms", "4 rooms"], ["A1", "B2"], ["May", "June"], ["1st", "2nd"]),
+    ],
 )
 def test_names_with_digits_are_categories(cells):
     assert not looks_like_numbers(pa.array(cells), ".")
@@ -156,7 +166,7 @@ def test_spaces_within_cells_separate_none(tmp_path, text):
         ("time stamp,v\n2020-01-01 10:00:00,0,\n2020-01-01 10:00:01,5,\n", ["time stamp", "v"]),
         ("time stamp,v\n1,2020-01-01 10:00:00,5\n2,2020-01-01 10:00:01,6\n", ["time stamp", "v"]),
         ("when ts,v,\n2020-01-01 10:00:00,5\n2020-01-01 10:00:01,6\n", ["when ts", "v"]),
-        ("time stamp,v\n2024-01-01 00:00:00 UTC,1\n2024-01-02 00:00:00 UTC,2\n", ["time stamp", "v"]),
+        ("my day,v\nMon 5 6,1\nTue 7 8,2\n", ["my day", "v"]),
         ("a b\n1 1,5 3\n2 2,5 4\n", ["a", "b"]),
         ("x,m y,m\n1,5 2\n2,5 3\n", ["x,m", "y,m"]),
         ("year, id;name\n1, 2, x;Ann\n1, 3, y;Bob\n", ["year, id", "name"]),
@@ -224,8 +234,13 @@ def test_whole_numbers_of_many_digits_do_not_wrap_around(digits):
 
 
 def test_whole_numbers_of_more_digits_than_any_type_are_refused(tmp_path):
-    with pytest.raises(DataError, match="column 'a' holds text: '111"):
+    with pytest.raises(DataError, match=r"column 'a' holds text: '111.*; expected numbers; leave the column out"):
         read(tmp_path, f"a,b\n{'1' * 80},1\n{'1' * 79}2,2\n")
+
+
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_plain_numbers_have_nothing_to_take_out(decimal):
+    assert [advice_on(cell, decimal) for cell in ("1", f"-1{decimal}5", "1" * 80)] == [""] * 3
 
 
 @pytest.mark.parametrize(
@@ -256,6 +271,7 @@ def test_points_of_thousands_in_a_file_of_semicolons(tmp_path):
         read(tmp_path, text)
     assert cells(read(tmp_path, text, decimal="."))["a"] == [1.234, 2]
     assert cells(read(tmp_path, text.replace("1.234", "0.234")))["a"] == [0.234, 2]
+    assert cells(read(tmp_path, text, null_values=["2"]))["a"] == [1.234, None]
 
 
 @pytest.mark.parametrize("text", ["id;lat;lon\n1;40.100;-3.700\n2;41.250;-4.125\n", "id;lat\n7;1.500\n8;NA\n9;2.250\n"])

@@ -21,7 +21,7 @@ from sfg_dist.data.csv_columns import is_rounded
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}
 _DAY_MS = 86_400_000
-_MOST_EXACT = 15  # letters of a number in text that float64 holds, whatever they are
+_WHOLE = r"^\s*[+-]?[0-9]+(\.0*)?\s*$"
 
 
 def type_of(arrow: pa.DataType, metadata: Mapping[bytes, bytes] | None = None) -> ColumnType:
@@ -99,8 +99,8 @@ def stored_column(type_: ColumnType, column: Any) -> pa.Array:
     except pa.ArrowInvalid as error:
         raise UnfitValueError(f"holds text that is none of {type_.words}: {str(error)[:200]}") from None
     if pa.types.is_floating(values.type):
-        long = texts.filter(pc.greater(pc.utf8_length(texts), _MOST_EXACT)).drop_null().to_pylist()
-        if lost := next((text for text in long if is_rounded(text.strip())), None):
+        whole = texts.filter(pc.match_substring_regex(texts, _WHOLE)).to_pylist()
+        if lost := next((text for text in whole if is_rounded(text.strip())), None):
             raise UnfitValueError(f"holds text such as {lost[:40]!r}, of which float64 does not hold all digits")
     return values.take(pa.array(places, mask=places < 0))
 

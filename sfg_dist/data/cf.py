@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfg_dist.job.errors import DataError
 
-MEANINGS = ("units", "flag_meanings")
+MEANINGS = ("units", "flag_meanings")  # attributes of text
 KEYS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max", "scale_factor", "add_offset")
 # By type, what netCDF's library puts where nothing was written, unless _FillValue says otherwise.
 NETCDF_FILLS = {
@@ -128,7 +128,8 @@ def packing_of(label: str, attributes: Mapping[str, Any], dtype: Any, fill: Any 
 
 def unread_words(attributes: Mapping[str, Any]) -> list[str]:
     """What attributes say of numbers that is not read, in words: the day that they count from, and their meanings."""
-    units, meanings = _text(attributes.get("units")), _text(attributes.get("flag_meanings"))
+    firsts = (np.asarray(attributes.get(key, ""), dtype=object).reshape(-1)[:1].tolist() for key in MEANINGS)
+    units, meanings = (_text(first[0]) if first and isinstance(first[0], str | bytes) else "" for first in firsts)
     words = [f"numbers of {units[:60]!r}"] if " since " in units else []
     return words + ([f"numbers without their meanings ({meanings[:60]})"] if meanings else [])
 

@@ -104,7 +104,7 @@ def read_file(
 def _read_parquet(
     source: str, stream: Any, columns: Sequence[str] | None, asked: Mapping[str, Any] | None
 ) -> tuple[Any, str]:
-    file, schema, names = open_parquet(source, stream)
+    file, schema, names = open_parquet(source, stream, columns)
     wanted = check_columns(source, names, columns)
     check_readable(source, file, wanted)
     with columns_are(names):  # a column of lists may hold far more values than rows: it is refused unread

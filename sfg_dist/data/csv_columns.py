@@ -28,18 +28,21 @@ _BLOCK = 1 << 14  # numbers at a time, few enough for the cache
 _WHOLE = r"^[+-]?[0-9]+$"
 _PLAIN = r"[+\-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+\-]?[0-9]{1,4})?"
 _MESSY = r"^[+\-\x{2212}]?([0-9]+\.?[0-9]*|\.[0-9]+)([eEdD][+\-]?[0-9]+)?$"
-_CURRENCY = r"(?:[^\w\s.]|[A-Z]{0,2}\$|kr\.?|Rs\.?|EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL)?"
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
+_CURRENCY = r"(?:[^\w\s.]|(?:US|AU|CA|NZ|HK|R)\$|kr\.?|Rs\.?|EUR|USD|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|BRL)?"
+_MONTH = (
+    r"(?:[jJ]an(?:uary)?|[fF]eb(?:ruary)?|[mM]ar(?:ch)?|[aA]pr(?:il)?|[mM]ay|[jJ]une?|[jJ]uly?|[aA]ug(?:ust)?"
+    r"|[sS]ept?(?:ember)?|[oO]ct(?:ober)?|[nN]ov(?:ember)?|[dD]ec(?:ember)?)\.?"
+)
 # What looks like a number, a day or a time in a form that is not read, for Arrow's regular expressions and Python's.
 _SPACES = " \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
-_AMOUNT = rf"[+\-]?{_CURRENCY}\s*[+\-]?[0-9.,'{_SPACES}]*[0-9]\s*{_CURRENCY}|[0-9]{{1,3}}(?:_[0-9]{{3}})+"
+_AMOUNT = rf"[+\-]?{_CURRENCY}\s*[+\-]?[0-9.,'{_SPACES}]*[0-9]\s*{_CURRENCY}"
 _DAY = (
     r"[0-9]{1,4}[./\-][0-9]{1,2}[./\-][0-9]{1,4}(?:[ T].*)?"
     rf"|[0-9]{{1,2}}[ /.\-]*{_MONTH}[ /.,\-]*[0-9]{{2,4}}(?:[ ,T].*)?|{_MONTH} *[0-9]{{1,2}},? +[0-9]{{4}}(?:[ ,T].*)?"
 )
 _CLOCK = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?(?: *[apAP]\.?[mM]\.?)?"
 _ODD = f"^(?:{_AMOUNT}|{_DAY}|{_CLOCK})$"
-_GROUPED = re.compile(r"[+-]?\d{1,3}([,. '_\u00a0\u202f]\d{3})+([.,]\d+)?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # may be three decimals too, and that would be a guess
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _TIME = r"^[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?$"
@@ -155,6 +158,8 @@ def looks_like_numbers(cells: Any, decimal: str) -> bool:
 
 def advice_on(cell: str, decimal: str) -> str:
     """What to do about a cell that looks like a number, a day or a time, and is not read as one; empty for others."""
+    if re.fullmatch(_PLAIN, cell.replace(decimal, ".")):
+        return ""
     is_comma = decimal == "." and _DECIMAL_COMMA.fullmatch(cell) is not None
     of_commas = 'a decimal comma is read with data.decimal = "," where all numbers of the file have it'
     if is_comma and not _THOUSANDS.fullmatch(cell):

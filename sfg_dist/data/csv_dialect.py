@@ -30,6 +30,7 @@ _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eEdD][+-]?\d+)?")
 _POINT_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eEdD][+-]?\d+)?")
 _QUOTED = re.compile('"[^"]*"')
 _GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
+_WHOLE = re.compile(r"[+-]?\d+")
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 
 
@@ -81,6 +82,7 @@ class Dialect:
     places: Mapping[int, int] = field(default_factory=dict)
     # the columns whose first cells have digits that double precision does not hold
     rounded: frozenset[int] = frozenset()
+    notes: Sequence[str] = ()  # what was likely, and not certain
 
     @property
     def separator_words(self) -> str:
@@ -101,6 +103,7 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
     first = next((number for number, line in enumerate(lines) if line.strip()), None)
     if first is None:
         raise DataError(f"{source} is empty (blank lines only): expected a table")
+    notes: list[str] = []
     separator, decimal = {"tab": "\t", "space": " "}.get(text.separator, text.separator), text.decimal
     if found := _SEP_LINE.fullmatch(lines[first].strip()):
         separator = found[1] if separator == "auto" else separator
@@ -117,8 +120,9 @@ def decide(source: str, data: bytes, text: TextFormat) -> Dialect:
         raise DataError(f"{source} holds blank lines and comments only: expected a table")
     above = [record for record in marked if record.line < plain[0].line]
     if decimal == "auto":
-        decimal = _find_decimal(source, plain, separator)
-    dialect = Dialect(separator, decimal, num_columns=_width(plain[1:] or plain), first_line=plain[0].line)
+        decimal, notes = _find_decimal(source, plain, separator, text.missing)
+    width = _width(plain[1:] or plain)
+    dialect = Dialect(separator, decimal, num_columns=width, first_line=plain[0].line, notes=notes)
     quoted = _quotes_names(lines[plain[0].line - offset], plain[0], lines[plain[0].end - offset :])
     dialect = _with_names(
         source, dialect, plain, above, replace(text, header=True) if quoted and text.header == "auto" else text
@@ -174,8 +178,9 @@ def _find_separator(source: str, lines: list[str], offset: int, decimal: str) ->
             continue
         alike = sum(len(record.cells) == width for record in body) / len(body)
         fit = _fit(record.cells for record in body)
-        # a line of names with as many cells says more than cells that look like values: stamps hold spaces
-        options.append((alike == 1, len(records[0].cells) == width, fit, alike, -order, separator, records))
+        num_names = len(records[0].cells)
+        distance = abs(num_names - width) if num_names > 1 else width
+        options.append((alike == 1, distance, fit, alike, -order, separator, records))
     single = [
         Record([line.strip()], place, place + 1)
         for place, line in enumerate(lines, offset)
@@ -184,7 +189,12 @@ def _find_separator(source: str, lines: list[str], offset: int, decimal: str) ->
     fit_alone = _fit(record.cells for record in single[1:] or single)
     if not options:
         return NO_SEPARATOR, decimal
-    is_alike, _, fit, alike, _, separator, records = max(options, key=lambda option: option[:5])
+    # A line of names with as many cells says more than cells that look like values: stamps hold spaces. Where nothing
+    # but spaces cuts it so, one cell off will do, as with row numbers or a separator at the end of each line.
+    allowed = 0 if any(option[1] == 0 and option[5] != " " for option in options) else 1
+    is_alike, _, fit, alike, _, separator, records = max(
+        options, key=lambda option: (option[0], option[1] <= allowed, *option[2:5])
+    )
     if separator == "," and fit_alone == 1 and _width(records[1:] or records) == 2 and decimal != ".":
         return _pairs_or_decimals(source, single, decimal)
     if not is_alike and (fit_alone >= fit or alike < 0.5):
@@ -241,18 +251,24 @@ def _has_decimals(cells: Sequence[str]) -> bool:
     return any(len(tail) > 1 and tail[0] == "0" for tail in (cell.partition(",")[2] for cell in cells))
 
 
-def _find_decimal(source: str, records: Sequence[Record], separator: str) -> str:
+def _find_decimal(
+    source: str, records: Sequence[Record], separator: str, missing: Sequence[str]
+) -> tuple[str, list[str]]:
+    """The decimal mark, and what to say of it where it is not certain."""
     cells = [(cell, record) for record in records for cell in record.cells if "," in cell or "." in cell]
     commas = [(cell, record) for cell, record in cells if _COMMA_NUMBER.fullmatch(cell)]
     points = [(cell, record) for cell, record in cells if _POINT_NUMBER.fullmatch(cell)]
     if separator == ";" and points and not commas and all(_GROUPED_BY_POINTS.fullmatch(cell) for cell, _ in points):
-        raise DataError(
-            f"{source}: line {points[0][1].line} holds {points[0][0]}, which may be a decimal point or a separator of "
-            'thousands, as where commas are decimal: set data.decimal = "." for the former, else take the separators '
-            "of thousands out"
-        )
+        if found := _beside_whole_numbers(records, missing):
+            raise DataError(
+                f"{source}: line {found[1].line} holds {found[0]}, and other cells of its column no point, so this may "
+                'be a separator of thousands, as where commas are decimal: set data.decimal = "." if it is a decimal '
+                "point, else take the separators of thousands out"
+            )
+        first = points[0][0]
+        return ".", [f"points as in {first} read as decimal points, not as separators of thousands (data.decimal)"]
     if not commas or points:
-        return "."
+        return ".", []
     cell, record = commas[0]
     if separator == NO_SEPARATOR and 2 * len(commas) < len(records):
         raise DataError(
@@ -264,7 +280,15 @@ def _find_decimal(source: str, records: Sequence[Record], separator: str) -> str
             f"{source}: line {record.line} holds {cell}, which may be a decimal comma or a separator of thousands: set "
             'data.decimal = "," for the former, else take the separators of thousands out'
         )
-    return ","
+    return ",", []
+
+
+def _beside_whole_numbers(records: Sequence[Record], missing: Sequence[str]) -> tuple[str, Record] | None:
+    """The first number with a point in a column that has whole numbers below line 1, and its line."""
+    cells = [(place, cell, record) for record in records for place, cell in enumerate(record.cells)]
+    below = cells[len(records[0].cells) :]
+    whole = {place for place, cell, _ in below if cell not in missing and _WHOLE.fullmatch(cell)}
+    return next(((c, record) for place, c, record in cells if place in whole and _POINT_NUMBER.fullmatch(c)), None)
 
 
 def _with_names(

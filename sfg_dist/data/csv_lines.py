@@ -19,10 +19,9 @@ _SPACES = re.compile(rb'"[^"]*"|[ \t]+')
 _END_SPACES = re.compile(rb'"[^"]*"|^ | $', re.MULTILINE)
 _MOST_LETTERS = 1 << 24  # of a cell
 _TRUTH = frozenset(("true", "false"))
-# what begins as a comment and is a value: errors of spreadsheets, and colours
-_VALUE = re.compile(
-    r"#(N/A( N/A)?|NA|DIV/0!|VALUE!|REF!|NAME\?|NUM!|NULL!|[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?)\s*([,;|\t]|$)"
-)
+# what begins as a comment and is a value: errors of spreadsheets, and colours, where these are a cell of several or all
+_ERROR = re.compile(r"#(N/A( N/A)?|NA|DIV/0!|VALUE!|REF!|NAME\?|NUM!|NULL!)\s*([,;|\t]|$)")
+_COLOUR = re.compile(r"#[0-9A-Fa-f]{6}([0-9A-Fa-f]{2})?\s*([,;|\t]|$)")
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,19 @@ class Record:
         return self.cells == [""]
 
 
-def begins_as_comment(line: str) -> bool:
+def begins_as_comment(line: str, *, is_single: bool = False) -> bool:
     """Whether a line begins as a comment does. A # in quotes is text, and so are errors of spreadsheets and colours.
+
+    A colour alone in a line is a comment, as #decade may be, unless the file has a single column (``is_single``).
 
     Examples:
         >>> begins_as_comment("# made in 2024"), begins_as_comment('"#1",2'), begins_as_comment("#N/A,5")
         (True, False, False)
     """
-    return line.lstrip().startswith("#") and _VALUE.match(line.lstrip()) is None
+    line = line.lstrip()
+    if (colour := _COLOUR.match(line)) and (is_single or colour[2]):
+        return False
+    return line.startswith("#") and _ERROR.match(line) is None
 
 
 class _Feed:
@@ -80,7 +84,9 @@ def cut(source: str, lines: list[str], separator: str, first_line: int = 1) -> I
     reader = csv.reader(feed, delimiter=separator, skipinitialspace=True)
     while True:
         feed.is_fresh, line = True, first_line + feed.place
-        is_marked = feed.place < len(lines) and begins_as_comment(lines[feed.place])
+        is_marked = feed.place < len(lines) and begins_as_comment(
+            lines[feed.place], is_single=separator == NO_SEPARATOR
+        )
         limit = csv.field_size_limit(_MOST_LETTERS)
         try:
             cells = next(reader)

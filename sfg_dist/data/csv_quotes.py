@@ -21,11 +21,13 @@ def loose_quote(data: bytes, start: int, end: int, separator: str) -> int | None
     """
     text = np.frombuffer(data, np.uint8, end - start, start)
     quotes = np.flatnonzero(text == _QUOTE)
-    inner = quotes[(quotes > 0) & (quotes < len(text) - 1)]
     is_end = np.zeros(256, dtype=bool)
-    is_end[[*separator.encode(), ord("\n"), _QUOTE]] = True
-    if len(quotes) % 2 == 0 and (is_end[text[inner - 1]] | is_end[text[inner + 1]]).all():
-        return None
+    is_end[[*separator.encode(), ord("\n")]] = True
+    opening, closing = quotes[::2], quotes[1::2]
+    begins = is_end[text[opening - 1]] | (opening == 0)
+    ends = is_end[text[(closing + 1) % len(text)]] | (closing == len(text) - 1)
+    if len(opening) == len(closing) and begins.all() and ends.all():
+        return None  # as in most files: no quote is within a cell
     mark = re.escape(separator).encode()
     spaces = b"" if separator in " \t" else rb"[ \t]*+"
     in_quotes = rb'"[^"]*+(?:""[^"]*+)*+"' + spaces + rb"(?=[" + mark + rb"\n]|\Z)"

@@ -69,9 +69,14 @@ class _File:
                 )
         return DataError(f"{self.source} cannot be read as .csv: a line does not have {expected}; are quotes closed?")
 
-    def loosely_quoted(self, cell: bytes) -> DataError:
-        """The refusal of a cell in quotes that holds a quote which is not doubled."""
-        line = self.text.data.count(b"\n", 0, max(0, self.text.data.find(cell))) + 1
+    def loosely_quoted(self, data: bytes, place: int) -> DataError:
+        """The refusal of a cell in quotes that holds a quote which is not doubled; ``data`` is the body's text."""
+        cell = data[place : place + 40].partition(b"\n")[0]
+        line = data.count(b"\n", 0, place) + 1
+        if data is not self.text.data:  # comments or spaces were left out
+            whole = data[data.rfind(b"\n", 0, place) + 1 :].partition(b"\n")[0].split()
+            lines = enumerate(self.text.data.split(b"\n"), 1)
+            line = next(number for number, text in lines if b"".join(text.split()) == b"".join(whole))
         return DataError(
             f"{self.source} cannot be read as .csv: {cell.decode(errors='replace')!r} in line {line} begins with a "
             "quote that is not closed, or goes on behind the next one: write a quote within a cell twice, as in "
@@ -210,7 +215,7 @@ def _cells(file: _File) -> Any:
         except pa.ArrowInvalid as error:
             raise file.uneven() from error
     if has_quotes and (place := loose_quote(data, start, end, dialect.separator)) is not None:
-        raise file.loosely_quoted(data[place : place + 40].partition(b"\n")[0])
+        raise file.loosely_quoted(data, place)
     num_blank = num_lines - table.num_rows
     if has_quotes and num_blank:
         num_blank = len(blank) + len(re.findall(rb"\n(?=\n)", data[start:end].rstrip(b"\n")))
@@ -392,4 +397,4 @@ def _in_words(file: _File, num_columns: int) -> str:
         words.append(dialect.separator_words)
     if dialect.decimal == ",":
         words.append("decimal comma")
-    return ", ".join([*words, *file.text.notes, *file.notes])
+    return ", ".join([*words, *dialect.notes, *file.text.notes, *file.notes])

@@ -97,7 +97,7 @@ def _survey_parts(
     by_part: list[dict[str, Survey]] = []
     for part in parts:
         with open_ranges(part.source) as stream, reading(part.source):
-            file, schema, names = open_parquet(part.source, stream)
+            file, schema, names = open_parquet(part.source, stream, asked)
             wanted = check_columns(part.source, names, asked)
             if sizes:
                 check_same_columns(parts[0].source, own if asked is None else asked, part.source, wanted)
@@ -124,13 +124,14 @@ def _survey_parts(
 def _mixed_survey(parts: Sequence[Part], name: str, kind: Any, to_ask: Mapping[str, Any] | None) -> Survey:
     """The survey of a column that files have in several types, by all of its values, a row group at a time."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     survey = survey_of(parts[0].source, name, pa.field(name, kind), asked=to_ask)
     for part in parts:
         with open_ranges(part.source) as stream, reading(part.source):
-            file = parquet.ParquetFile(stream)
+            file, _, _ = open_parquet(part.source, stream, [name])
             for group in range(file.num_row_groups if survey.needs_values else 0):
                 column = file.read_row_group(group, columns=[name]).column(name)
-                survey.add(column if pa.types.is_null(column.type) else column.cast(kind))
+                # A survey of stamps takes those of other units, and keeps what does not fit for its error.
+                is_taken = pa.types.is_null(column.type) or pa.types.is_timestamp(kind)
+                survey.add(column if is_taken else column.cast(kind))
     return survey.shortened()

@@ -271,6 +271,8 @@ def common_type(parts: Sequence[Part], name: str, found: Sequence[tuple[Any, int
     if all(map(pa.types.is_integer, kinds)):
         is_wide = any(kind == pa.uint64() for kind in kinds)
         return pa.decimal128(38, 0) if is_wide else pa.int64()
+    if all(map(pa.types.is_timestamp, kinds)) and len({kind.tz for kind in kinds}) == 1:
+        return pa.timestamp("us", kinds[0].tz)  # which reach all years; nanoseconds that they lack are refused
     scale = max(getattr(kind, "scale", 0) for kind in kinds)
     if all(pa.types.is_integer(kind) or pa.types.is_decimal128(kind) for kind in kinds) and scale <= MAX_PLACES:
         return pa.decimal128(38, scale)

@@ -188,11 +188,13 @@ def attributes(source: str, dataset: Any) -> Mapping[str, Any]:
 
 
 def attribute(source: str, dataset: Any, key: str) -> Any:
-    """An attribute of a dataset, None where it has none of that name."""
+    """An attribute of a dataset, None where it has none of that name, or an empty one."""
     with reading(source):
         if key not in dataset.attrs:
             return None
         identity = dataset.attrs.get_id(key)
+        if identity.shape is None:  # as netCDF's library writes a text without letters
+            return None
         if declared_bytes(identity.shape, identity.dtype) > _MOST_ATTRIBUTE:
             raise DataError(f"{source}: the attribute {key} of {dataset.name.lstrip('/')!r} has no single value")
         return dataset.attrs[key]

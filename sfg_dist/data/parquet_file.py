@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,11 @@ _MOST_US = (2**63 - 1) // 1000  # microseconds that nanoseconds reach
 _Array = NDArray[np.float64]
 
 
-def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
+def open_parquet(source: str, stream: Any, columns: Collection[str] | None = None) -> tuple[Any, Any, list[str]]:
     """The file, its Arrow schema, and its columns without the index that pandas writes.
 
     Text is read as dictionaries, which take no more memory than what the file holds. The metadata of the schema's
-    fields are for ``survey_of``: what the file itself has there is left out.
+    fields are for ``survey_of``: what the file itself has there is left out. ``columns`` are those to be read, or all.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -39,7 +39,7 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
         raise DataError(f"{source} is encrypted, which is not read: write it without encryption")
     with reading(source):
         file = parquet.ParquetFile(stream)
-        unit = _int96_unit(source, stream, file)
+        unit = _int96_unit(source, stream, file, columns)
         file = parquet.ParquetFile(stream, coerce_int96_timestamp_unit=unit) if unit else file
         schema = file.schema_arrow
         names = [name for name in schema.names if not name.startswith("__index_level_")]
@@ -56,34 +56,37 @@ def open_parquet(source: str, stream: Any) -> tuple[Any, Any, list[str]]:
     return file, schema, names
 
 
-def _int96_unit(source: str, stream: Any, file: Any) -> str | None:
+def _int96_unit(source: str, stream: Any, file: Any, columns: Collection[str] | None) -> str | None:
     """ "us" where stamps of 96 bits, as Spark writes them, lie beyond what nanoseconds reach: Arrow wraps these around.
 
-    None where all lie within, from 1677 to 2262.
+    None where all lie within, from 1677 to 2262. Such stamps have no statistics.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    places = _places(file.metadata)
-    names = [name for name, place in places.items() if file.metadata.schema.column(place).physical_type == "INT96"]
-    if not names:
-        return None
+    is_wanted = set(file.schema_arrow.names if columns is None else columns)
+    places = _places(file.metadata).items()
+    of_96 = [name for name, place in places if file.metadata.schema.column(place).physical_type == "INT96"]
+    names = [name for name in of_96 if name in is_wanted]
+
+    def ticks(opened: Any, group: int) -> dict[str, NDArray[np.int64]]:
+        table = opened.read_row_group(group, columns=names)
+        return {name: table.column(name).cast(pa.int64()).fill_null(0).to_numpy() for name in names}
+
     coarse = parquet.ParquetFile(stream, coerce_int96_timestamp_unit="us")
-    found = None
-    for group in range(file.num_row_groups):
+    is_beyond = False
+    for group in range(file.num_row_groups if names else 0):
         check_readable(source, file, names, [group])
-        stamps = coarse.read_row_group(group, columns=names), file.read_row_group(group, columns=names)
-        for name in names:
-            us, ns = (table.column(name).cast(pa.int64()).fill_null(0).to_numpy() for table in stamps)
-            if not len(us) or np.abs(us).max() <= _MOST_US:
-                continue
-            found = "us"
-            if (us.view(np.uint64) * np.uint64(1000) != ns.view(np.uint64)).any():
+        is_beyond |= any(np.abs(us).max(initial=0) > _MOST_US for us in ticks(coarse, group).values())
+    for group in range(file.num_row_groups if is_beyond else 0):
+        fine = ticks(file, group)
+        for name, us in ticks(coarse, group).items():
+            if (us.view(np.uint64) * np.uint64(1000) != fine[name].view(np.uint64)).any():
                 raise DataError(
-                    f"{source}: column {name!r} holds nanoseconds, and stamps beyond the years 1677 to 2262, which no "
-                    "type of 64 bits holds together: write it as timestamps of microseconds"
+                    f"{source}: column {name!r} holds nanoseconds, beside stamps outside the years 1677 to 2262, which "
+                    "no type of 64 bits holds together: write stamps of microseconds, or leave it out with data.columns"
                 )
-    return found
+    return "us" if is_beyond else None
 
 
 def check_readable(source: str, file: Any, names: Sequence[str], groups: Iterable[int] | None = None) -> None:
@@ -122,8 +125,8 @@ def parquet_words(file: Any, names: Sequence[str]) -> str:
 
 def parquet_rows(source: str, stream: Any, choice: ColumnChoice) -> RowReader:
     """The rows of an open file, a row group at a time."""
-    file, schema, names = open_parquet(source, stream)
     types = choice.types
+    file, schema, names = open_parquet(source, stream, choice.columns if types is None else types)
     with reading(source):
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if types is None:

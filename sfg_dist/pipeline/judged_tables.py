@@ -218,7 +218,8 @@ def _joined(place: int, tables: Sequence[Table]) -> tuple[JudgedColumn, list[_Ar
         ]
     left_off = _left_off(first.values[:, place], types)
     values = [_values(table.values[:, place], type_, left_off) for table, type_ in zip(tables, types, strict=True)]
-    if types[0].kind == "float":  # a .csv has the fewest digits that are a float32, and copies of rows must be seen
+    if types[0].kind == "float" and types[0].dtype != "float64":
+        # A .csv has the fewest digits that are a float32, and copies of rows must be seen.
         values = [values[0], *(types[0].to_float(types[0].from_float(some)) for some in values[1:])]
     if column.kind == "boolean":
         for table, some in zip(tables, values, strict=True):

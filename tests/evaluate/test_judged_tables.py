@@ -50,6 +50,13 @@ def test_kinds_units_and_categories_of_all_tables(write):
     assert np.isnan(tables.samples[:, 0]).sum() == asked["x"].isna().sum() > 0
 
 
+def test_float64_needs_no_rounding(write, monkeypatch):
+    samples, train = (write(f"{name}.parquet", frame(seed=seed)[["x"]]) for seed, name in enumerate(["a", "b"]))
+    monkeypatch.delattr(judged_tables.ColumnType, "from_float")
+    tables = tables_of_files(samples, train)
+    np.testing.assert_array_equal(tables.samples[:, 0], frame(seed=0)["x"])
+
+
 @pytest.mark.parametrize("name", ["samples.csv", "samples.parquet"])
 def test_a_column_without_values_is_missing_throughout(write, name):
     samples = write(name, frame(seed=1).assign(town=None, day=None))

@@ -175,11 +175,20 @@ def test_other_names_with_such_marks_stand(place):
     assert expanded(place) == place
 
 
-@pytest.mark.parametrize("text", ["9007199254740993", "1234567890123456.78", "-0.12345678901234567891"])
-def test_text_read_as_numbers_keeps_its_digits_or_is_refused(text, tmp_path):
+@pytest.mark.parametrize("text", ["9007199254740993", " -9007199254740993.0"])
+def test_whole_numbers_of_text_keep_their_digits_or_are_refused(text, tmp_path):
     parquet.write_table(pa.table({"a": [text, "2"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=f"column 'a' holds text such as '{text}', of which float64 does not hold all"):
         open_table(tmp_path / "a.parquet", asked={"a": "number"})
+
+
+@pytest.mark.parametrize("text", ["0.3333333333333333333", "3.14159265358979323846", "1234567890123456.78"])
+def test_decimals_of_text_are_the_nearest_doubles_as_in_csv(text, tmp_path):
+    parquet.write_table(pa.table({"a": [text, "2", None]}), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text(f"a\n{text}\n2\nNA\n")
+    for name in ("a.parquet", "a.csv"):
+        values = open_table(tmp_path / name, asked={"a": "number"}).values[:, 0]
+        np.testing.assert_array_equal(values, [float(text), 2.0, np.nan])
 
 
 def test_a_number_given_with_an_underscore_is_none():

@@ -54,6 +54,52 @@ def test_stamps_of_96_bits_do_not_wrap_around(tmp_path, years):
         assert rows.read(0, 3).tobytes() == found.values.tobytes()
 
 
+def write_96(path, **columns):
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pa.table(columns), path, use_deprecated_int96_timestamps=True)
+
+
+@pytest.mark.parametrize("years", [(2023, 9999, 2024), (9999, 2023, 2024)])
+def test_parts_with_stamps_of_96_bits_have_one_unit(tmp_path, years):
+    stamps = [[dt.datetime(year, 12, 31), dt.datetime(2023, 1, 1), None] for year in years]
+    for number, values in enumerate(stamps):
+        write_96(tmp_path / "t" / f"{number}.parquet", a=pa.array(values, pa.timestamp("us")))
+    found = open_table(tmp_path / "t")
+    assert found.types[0].from_float(found.values[:, 0]).cast(pa.timestamp("us")).to_pylist() == [
+        stamp for part in stamps for stamp in part
+    ]
+    with open_rows(tmp_path / "t") as rows:
+        assert rows.types == found.types
+        assert rows.read(0, 9).tobytes() == found.values.tobytes()
+
+
+@pytest.mark.parametrize("open_", [open_table, lambda path, **keys: open_rows(path, **keys).__enter__()])
+def test_nanoseconds_beside_stamps_beyond_their_reach(tmp_path, open_):
+    far, fine = pa.array([dt.datetime(9999, 12, 31)], pa.timestamp("us")), pa.array([1], pa.timestamp("ns"))
+    write_96(tmp_path / "a.parquet", a=far, b=fine, x=[1.5])
+    with pytest.raises(DataError, match="column 'b' holds nanoseconds, beside stamps outside the years"):
+        open_(tmp_path / "a.parquet")
+    assert open_(tmp_path / "a.parquet", columns=["b", "x"]).types[0].unit == "ns"
+    write_96(tmp_path / "t" / "a.parquet", a=far)
+    write_96(tmp_path / "t" / "b.parquet", a=fine)
+    with pytest.raises(DataError, match=r"column 'a' (is timestamp\[ns\], beside files|does not fit)"):
+        open_(tmp_path / "t")
+
+
+def test_stamps_of_96_bits_are_looked_at_once_before_they_are_read(tmp_path, monkeypatch):
+    write_96(tmp_path / "a.parquet", a=pa.array([1, 2], pa.timestamp("ns")), x=[1.5, 2.5])
+    groups, read = [], parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        parquet.ParquetFile,
+        "read_row_group",
+        lambda file, *args, **keys: groups.append(keys) or read(file, *args, **keys),
+    )
+    open_table(tmp_path / "a.parquet", columns=["x"])
+    assert not groups
+    open_table(tmp_path / "a.parquet")
+    assert groups == [{"columns": ["a"]}]
+
+
 def test_parquet_files_are_named_for_what_they_are(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PARE" + bytes(40) + b"PARE")
     (tmp_path / "b.parquet").write_bytes(b"")

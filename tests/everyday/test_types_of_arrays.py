@@ -162,6 +162,25 @@ def test_an_array_of_objects_is_named_for_what_it_is(tmp_path, open_):
     assert "pandas" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["units", "flag_meanings", "_FillValue"])
+def test_an_empty_attribute_is_none(tmp_path, key):
+    """netCDF's library writes a text without letters so."""
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        file["X"] = SMALL
+        file["X"].attrs[key] = h5py.Empty("S1")
+    table = open_table(tmp_path / "a.nc")
+    assert table.values.tolist() == SMALL.tolist()
+    assert key not in table.read_as
+
+
+@pytest.mark.parametrize("value", [3, [3, 4]])
+def test_meanings_are_text(tmp_path, value):
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        file["X"] = SMALL
+        file["X"].attrs["flag_meanings"] = value
+    assert "meanings" not in open_table(tmp_path / "a.nc").read_as
+
+
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
 def test_days_and_meanings_that_are_not_read_are_said(tmp_path, suffix):
     attributes = {"units": "days since 2000-01-01", "flag_meanings": "sea land"}

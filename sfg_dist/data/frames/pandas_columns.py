@@ -71,6 +71,7 @@ def _column(source: str, name: str, series: pd.Series[Any]) -> tuple[Any, str]:
         column = pa.array(series, from_pandas=True)
         column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
         if dtype.kind == "O" and not hasattr(dtype, "__from_arrow__"):
+            column = _exact(series, column)
             _check_objects(series, column)
         words = _words_of(dtype)
         is_same = dtype_of(words, column.type, dictionary_values(column)) == dtype
@@ -89,6 +90,16 @@ def _column(source: str, name: str, series: pd.Series[Any]) -> tuple[Any, str]:
     return column, words
 
 
+def _exact(series: pd.Series[Any], column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of objects with the nanoseconds that Arrow drops of stamps of pandas; others as they are."""
+    import pandas as pd
+
+    objects = series.dropna().tolist() if pa.types.is_timestamp(column.type) else []
+    if not all(isinstance(each, pd.Timestamp) for each in objects) or not any(each.nanosecond for each in objects):
+        return column
+    return pa.chunked_array([pa.array(series, pa.timestamp("ns", column.type.tz), from_pandas=True)])
+
+
 def _check_objects(series: pd.Series[Any], column: pa.ChunkedArray) -> None:
     """Refuse objects that Arrow takes for others: it drops times of dates, zones and nanoseconds.
 
@@ -99,7 +110,7 @@ def _check_objects(series: pd.Series[Any], column: pa.ChunkedArray) -> None:
         return
     for value, again in zip(series.tolist(), column.to_pylist(), strict=True):
         if again is not None and value != again:
-            raise ValueError(f"it holds {value!r} beside others, which would come back as {again!r}")
+            raise ValueError(f"it holds {value!r}, which would come back as {again!r}")
 
 
 def _reason(error: Exception) -> str:
@@ -189,6 +200,7 @@ def _values(column: Any, dtype: Any) -> Any:
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(column)
     if dtype.kind == "O":
-        found = column.to_pandas(integer_object_nulls=True, timestamp_as_object=True).astype(object)
+        is_coarse = getattr(column.type, "unit", None) != "ns"  # Arrow drops the zone of objects of nanoseconds
+        found = column.to_pandas(integer_object_nulls=True, timestamp_as_object=is_coarse).astype(object)
         return found.where(found.notna(), None)
     return column.to_pandas().astype(dtype)

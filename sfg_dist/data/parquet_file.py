@@ -180,7 +180,9 @@ def parquet_surveys(
 
 
 def _places(metadata: Any) -> dict[str, int]:
-    return {metadata.schema.column(index).path: index for index in range(len(metadata.schema))}
+    """Where columns that are no part of a list stand in a file."""
+    columns = ((index, metadata.schema.column(index)) for index in range(len(metadata.schema)))
+    return {column.path: index for index, column in columns if not column.max_repetition_level}
 
 
 def _words(num_rows: int, num_columns: int) -> str:

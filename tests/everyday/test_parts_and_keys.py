@@ -143,3 +143,18 @@ def test_words_for_missing_values_need_no_quotes():
 def test_what_sets_no_key_is_refused(assignment):
     with pytest.raises(ConfigError, match=r"expected table\.key=value"):
         parse_job('[data]\nsource = "a.csv"\n', [assignment], origin="job")
+
+
+@pytest.mark.parametrize("kind", ["list", "struct", "map"])
+def test_stamps_of_spark_within_nested_columns_do_not_hinder_the_others(tmp_path, kind):
+    stamps = [datetime(2020, 1, 1) + timedelta(days=day) for day in range(30)]
+    unit = pa.timestamp("ns")
+    nested = {
+        "list": pa.array([[stamp, stamp] for stamp in stamps], pa.list_(unit)),
+        "struct": pa.array([{"t": stamp} for stamp in stamps], pa.struct([("t", unit)])),
+        "map": pa.array([[("k", stamp)] for stamp in stamps], pa.map_(pa.string(), unit)),
+    }
+    table = pa.table({"x": np.arange(30.0), "nested": nested[kind], "at": pa.array(stamps, unit)})
+    parquet.write_table(table, tmp_path / "t.parquet", use_deprecated_int96_timestamps=True)
+    job = resolve_job({"data": {"source": str(tmp_path / "t.parquet"), "columns": ["x", "at"]}})
+    assert prepare_table(job).columns == ("x", "at")

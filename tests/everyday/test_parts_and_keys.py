@@ -2,13 +2,15 @@
 
 import datetime as dt
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from sfg_dist.data import open_rows, open_table
-from sfg_dist.job.config import parse_job
+from sfg_dist.job.config import parse_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError
+from sfg_dist.pipeline.table import prepare_table
 
 PART = pa.table({"a": [1, 2]})
 
@@ -147,7 +149,7 @@ def test_what_sets_no_key_is_refused(assignment):
 
 @pytest.mark.parametrize("kind", ["list", "struct", "map"])
 def test_stamps_of_spark_within_nested_columns_do_not_hinder_the_others(tmp_path, kind):
-    stamps = [datetime(2020, 1, 1) + timedelta(days=day) for day in range(30)]
+    stamps = [dt.datetime(2020, 1, 1) + dt.timedelta(days=day) for day in range(30)]
     unit = pa.timestamp("ns")
     nested = {
         "list": pa.array([[stamp, stamp] for stamp in stamps], pa.list_(unit)),

@@ -74,5 +74,7 @@ def test_an_array_of_another_length_is_not_read(new_store, place):
     pairs = new_store(num_pairs=36)
     metadata = pairs.location.read("labels/zarr.json").replace(b"36", b"96", 1)
     pairs.location.write("labels/zarr.json", metadata)
-    with pytest.raises(StoreError, match=r"labels is float32 of shape \(96, 2\), the plan says float32 of shape \(36, 2\)"):
+    with pytest.raises(
+        StoreError, match=r"labels is float32 of shape \(96, 2\), the plan says float32 of shape \(36, 2\)"
+    ):
         _ = open_pairs(place).labels

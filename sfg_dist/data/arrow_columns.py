@@ -123,7 +123,7 @@ def _whole(type_: ColumnType, column: pa.Array) -> Array:
     is_decimal = pa.types.is_decimal(column.type)
     offset = in_digits(type_.offset, type_.places or 0) if is_decimal else type_.offset
     ends = ends_of(column)
-    limit = MAX_DIGITS if is_decimal else MAX_WHOLE
+    limit = MAX_DIGITS if is_decimal else _most_whole(type_)
     if ends is not None and max(abs(end - offset) for end in ends) > limit:
         worst = max(ends, key=lambda end: abs(end - offset))
         shown = shown_whole(worst, type_.places if is_decimal else None)
@@ -132,6 +132,11 @@ def _whole(type_: ColumnType, column: pa.Array) -> Array:
     # Modulo 2^64: exact, since the differences are small.
     whole = _low_words(column) - np.uint64(offset % 2**64)
     values = whole.view(np.int64).astype(np.float64)
+    if limit > MAX_WHOLE:
+        is_lost = (values.astype(np.int64) != whole.view(np.int64)) & column.is_valid().to_numpy(zero_copy_only=False)
+        if is_lost.any():
+            shown = column.filter(pa.array(is_lost))[0].cast(_ticks(type_))
+            raise UnfitValueError(f"holds {shown}: float64 cannot tell it from its neighbours in this column")
     if is_decimal:
         values = _scaled(values, -(type_.places or 0))
     if column.null_count:
@@ -207,7 +212,8 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
     factor = _factor(type_)
     # Clip to the ends of the type and of what float64 counts. Both are whole numbers of float64.
     lowest, highest = (-(-low // factor)) - type_.offset, high // factor - type_.offset
-    whole = np.rint(values).clip(max(lowest, -MAX_WHOLE), min(highest, MAX_WHOLE)).astype(np.int64)
+    most = _most_whole(type_)
+    whole = np.rint(values).clip(max(lowest, -most), min(highest, most)).astype(np.int64)
     moved = (whole.view(np.uint64) + np.uint64(type_.offset % 2**64)) * np.uint64(factor)
     if type_.kind == "integer":
         array = pa.array(moved if type_.dtype == "uint64" else moved.view(np.int64), mask=mask)
@@ -216,6 +222,11 @@ def from_float(type_: ColumnType, values: Array) -> pa.Array:
     if wanted.bit_width == 32:
         return pa.array(ticks.astype(np.int32), mask=mask).cast(wanted)
     return pa.array(ticks, mask=mask).cast(wanted)
+
+
+def _most_whole(type_: ColumnType) -> int:
+    """The largest whole number of float64 that a column may have: stamps may have one far away (``Survey.result``)."""
+    return 2**62 if type_.kind == "timestamp" and type_.unit == "us" else MAX_WHOLE
 
 
 def _factor(type_: ColumnType) -> int:

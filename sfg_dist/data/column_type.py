@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_WHOLE = 2**53  # float64 holds every whole number up to here
+SENTINEL_STEP = 2**10  # float64 holds every multiple up to 2^63
 MAX_DIGITS = 2**50  # a decimal with more digits cannot be told from its nearest double
 KINDS = ("float", "integer", "decimal", "boolean", "timestamp", "date", "time", "duration", "category", "ordinal")
 TEMPORAL = ("timestamp", "date", "time", "duration")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfg_dist.data.column_type import ColumnType
 from sfg_dist.data.declared_sizes import check_held, check_stored
 from sfg_dist.data.naming import check_columns, listed
 from sfg_dist.data.row_reader import ColumnChoice, RowReader, overlaps
 from sfg_dist.data.sources import reading
-from sfg_dist.data.surveys import Survey, ends_of_statistics, settled, survey_of, to_float
+from sfg_dist.data.surveys import Survey, settled, survey_of, to_float
 from sfg_dist.data.unfit import columns_are, each_fit
 from sfg_dist.job.errors import DataError
 from sfg_dist.job.words import counted
@@ -169,7 +170,7 @@ def parquet_surveys(
     for name, survey in surveys.items():
         for group in range(file.num_row_groups if survey.needs_values else 0):
             statistics = file.metadata.row_group(group).column(places[name]).statistics if name in places else None
-            if (ends := ends_of_statistics(statistics, survey.type)) is not None:
+            if (ends := _ends_of_statistics(statistics, survey.type)) is not None:
                 survey.add_ends(ends)
             else:
                 check_readable(source, file, [name], [group])
@@ -177,6 +178,19 @@ def parquet_surveys(
                     column = file.read_row_group(group, columns=[name]).column(name)
                 survey.add(column)
     return surveys
+
+
+def _ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | None:
+    """Smallest and largest value of an int64 column's row group by its statistics; None if they do not say."""
+    if (
+        type_.dtype != "int64"
+        or type_.is_coded
+        or statistics is None
+        or not statistics.has_min_max
+        or statistics.physical_type != "INT64"
+    ):
+        return None
+    return int(statistics.min_raw), int(statistics.max_raw)
 
 
 def _places(metadata: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from sfg_dist.data.column_type import (
     MAX_DIGITS,
     MAX_WHOLE,
     PER_SECOND,
+    SENTINEL_STEP,
     TEMPORAL,
     Array,
     ColumnType,
@@ -41,6 +42,7 @@ class Survey:
     def __init__(self, type_: ColumnType, *, is_text: bool = False) -> None:
         self.type, self._is_text = type_, is_text
         self._ends: tuple[int, int] | None = None
+        self._last: list[int] = []  # the two latest microseconds of stamps
         self._coarsest = 10**9  # the largest of 1, 10^3, 10^6, 10^9 that divides all ticks
         self._places = min(0, type_.places or 0)  # the fewest that hold all decimals
         self._unfit: UnfitValueError | None = None  # what a part held that the type does not have
@@ -73,8 +75,11 @@ class Survey:
         if self.type.kind == "decimal":
             while self._places < column.type.scale and at_places(column, self._places) is None:
                 self._places += 1
-        elif self.type.kind in ("timestamp", "duration", "time") and self._coarsest > 1:
+        elif self.type.kind in ("timestamp", "duration", "time"):
             ticks = column.drop_null().to_numpy()
+            if self.type.kind == "timestamp" and self.type.unit == "us" and len(ticks):
+                last = ticks.max()
+                self._keep_last([int(last), int(ticks.max(where=ticks < last, initial=ticks.min()))])
             while self._coarsest > 1 and (ticks % self._coarsest).any():
                 self._coarsest //= 10**3
 
@@ -84,9 +89,13 @@ class Survey:
             low, high = self._ends or ends
             self._ends = min(low, ends[0]), max(high, ends[1])
 
+    def _keep_last(self, ticks: Sequence[int]) -> None:
+        self._last = sorted({*self._last, *ticks})[-2:]
+
     def join(self, other: Survey) -> None:
         """Take over what the survey of another part of the column has seen."""
         self.add_ends(other._ends)
+        self._keep_last(other._last)
         self._coarsest = min(self._coarsest, other._coarsest)
         self._places = max(self._places, other._places)
 
@@ -117,6 +126,9 @@ class Survey:
                 factor = coarsest
             while (high - low) // factor > MAX_WHOLE and factor < coarsest:
                 factor *= 10**3
+            if factor == 1 and self._last and high - low > MAX_WHOLE > self._last[0] - low + SENTINEL_STEP:
+                # Only one stamp lies so far away, as 9999-12-31 does for "no end": float64 holds it from this offset.
+                return replace(self.type, offset=low - (low - high) % SENTINEL_STEP)
             if (high - low) // factor > MAX_WHOLE:
                 raise UnfitValueError(
                     f"spans {high - low} {self.type.unit}, more than the 2^53 that float64 tells apart: round it to a "
@@ -150,19 +162,6 @@ class Survey:
             error = UnfitValueError if self._places > 0 else IdentifierError
             raise error(f"holds decimals from {ends}, more digits than float64 tells apart")
         return found
-
-
-def ends_of_statistics(statistics: Any, type_: ColumnType) -> tuple[int, int] | None:
-    """Smallest and largest value of an int64 column's row group by its statistics; None if they do not say."""
-    if (
-        type_.dtype != "int64"
-        or type_.is_coded
-        or statistics is None
-        or not statistics.has_min_max
-        or statistics.physical_type != "INT64"
-    ):
-        return None
-    return int(statistics.min_raw), int(statistics.max_raw)
 
 
 def survey_of(

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sfg_dist.data import open_rows, open_table
+from sfg_dist.data import open_rows, open_table, prepare
+from sfg_dist.data.column_type import UnfitValueError
 from sfg_dist.job.config import parse_job, resolve_job
 from sfg_dist.job.errors import ConfigError, DataError
 from sfg_dist.pipeline.table import prepare_table
@@ -100,6 +101,43 @@ def test_stamps_of_96_bits_are_looked_at_once_before_they_are_read(tmp_path, mon
     assert not groups
     open_table(tmp_path / "a.parquet")
     assert groups == [{"columns": ["a"]}]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ""])
+def test_a_stamp_for_no_end_comes_back_exactly(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    days = np.datetime64("2015-01-01", "us") + rng.integers(0, 8 * 365 * 86_400 * 10**6, 2000).astype("m8[us]")
+    no_end = np.datetime64("9999-12-31", "us")
+    is_open = np.arange(2000) % 10 < 3
+    is_open[:1000] &= bool(suffix)  # the first file of the folder has none
+    days[is_open] = no_end
+    table, path = pa.table({"a": days, "x": rng.normal(size=2000)}), tmp_path / f"t{suffix}"
+    if suffix:
+        parquet.write_table(table, path, row_group_size=500)
+    else:
+        path.mkdir()
+        for part in (0, 1):
+            parquet.write_table(table.slice(1000 * part, 1000), path / f"{part}.parquet")
+    found = open_table(path)
+    type_ = found.types[0]
+    np.testing.assert_array_equal(type_.from_float(found.values[:, 0]).cast(pa.timestamp("us")).to_numpy(), days)
+    with open_rows(path) as rows:
+        assert rows.types == found.types
+    prepared = prepare(path, split=(0.8, 0.1, 0.1))
+    again = type_.from_float(prepared.transform.inverse(prepared.transform.forward(prepared.train))[:, 0]).to_numpy()
+    np.testing.assert_array_equal(again == no_end, type_.from_float(prepared.train[:, 0]).to_numpy() == no_end)
+    assert np.isnan(type_.to_float(pa.array([None, no_end]))[0])
+    with pytest.raises(
+        UnfitValueError, match=r"holds 9999-12-30 23:59:59.999999: float64 cannot tell it from its neighbours"
+    ):
+        type_.to_float(pa.array([no_end - 1, no_end - 3]))
+
+
+def test_two_stamps_far_away_are_refused(tmp_path):
+    stamps = np.array(["2015-01-01T00:00:00.000001", "9999-12-31", "9999-12-30"], "M8[us]")
+    parquet.write_table(pa.table({"a": stamps}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"column 'a' spans \d+ us, more than the 2\^53"):
+        open_table(tmp_path / "a.parquet")
 
 
 def test_parquet_files_are_named_for_what_they_are(tmp_path):

@@ -3,7 +3,7 @@
 A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step). Dequantization spreads
 the value at its lower edge over the cell. Values that a file stored as float32 miss their decimals by half a unit in
 the last place of float32; within that they count as on the grid. Whole numbers, and decimals that are stored as the
-nearest double, are found by exact integers, up to 2^53.
+nearest double, are found by exact integers: up to 2^53 for the former and 2^50 units of the last decimal for the latter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _Array = NDArray[np.float64]
 
 _MAX_DECIMALS = 8  # of columns that reach 1 or more; smaller columns get the zeros behind their point in addition
 _MAX_WHOLE = 2.0**53
+_MAX_UNITS = 2.0**50  # of the last decimal: beyond, a product with a step that is no power of two misses its cell
 _MAX_CHANCE_LOG = -20.0  # log of the largest chance that numbers off any grid pass as being on it
 _FINE = 2.0**31  # with more cells, a cell and its noise together are rounded noticeably
 _NUM_FEW = 1024
@@ -181,7 +182,7 @@ def _exact_grid(distinct: _Array) -> Grid | None:
     largest, few = np.abs(distinct).max(), _few(distinct)
     for decimals in range(1, _MAX_DECIMALS + 1):
         scale = 10.0**decimals
-        if np.rint(largest * scale) >= _MAX_WHOLE:
+        if np.rint(largest * scale) >= _MAX_UNITS:
             return None
         if not np.array_equal(np.rint(few * scale) / scale, few):
             continue
@@ -221,7 +222,7 @@ def _decimal_grid(distinct: _Array, rounding: _Array) -> Grid | None:
 def _decimals_within(largest: float, coarsest: float) -> Iterator[int]:
     """How many decimals values may have, of which the largest and the coarsest rounding are given."""
     for decimals in range(_MAX_DECIMALS + 1 + max(0, -int(np.floor(np.log10(largest))))):
-        if largest * 10.0**decimals >= 2**52 or coarsest * 10.0**decimals >= 0.25:
+        if largest * 10.0**decimals >= (_MAX_UNITS if decimals else 2**52) or coarsest * 10.0**decimals >= 0.25:
             return
         yield decimals
 

@@ -2,8 +2,8 @@
 
 A grid is ``offset + k * step`` for whole k. Cell k is [offset + k step, offset + (k + 1) step). Dequantization spreads
 the value at its lower edge over the cell. Values that a file stored as float32 miss their decimals by half a unit in
-the last place of float32; within that they count as on the grid. Whole numbers, and decimals that are stored as the
-nearest double, are found by exact integers: up to 2^53 for the former and 2^50 units of the last decimal for the latter.
+the last place of float32; within that they count as on the grid. Whole numbers up to 2^53, and decimals that are stored
+as the nearest double up to 2^50 units of the last one, are found by exact integers.
 """
 
 from __future__ import annotations

@@ -108,10 +108,15 @@ def t_min_of(job: Job, table: Prepared, existing: Plan | None) -> float | Litera
     """``labels.t_min``: that of the job, else a default: that of the plan which is there, or one for the columns."""
     if job.labels.t_min is not None:
         return job.labels.t_min
-    if existing is not None and existing.labels.get("t_min") in (T_MIN, CELLS_T_MIN):
-        return existing.t_min
+    if existing is not None and (kept := default_t_min_of(existing)) is not None:
+        return kept
     has_cells = job.data.condition is None and draws_cells(table.transform, "auto")
     return CELLS_T_MIN if has_cells else T_MIN
+
+
+def default_t_min_of(plan: Plan) -> float | None:
+    """The ``labels.t_min`` of a plan where a job that names none can have it; None where a job named another."""
+    return plan.t_min if plan.labels.get("t_min") in (T_MIN, CELLS_T_MIN) else None
 
 
 def choose_blur(job: Job, reference: NDArray[np.float32] | None, sigma_data: float) -> Blur:

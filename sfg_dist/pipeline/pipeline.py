@@ -26,7 +26,7 @@ from sfg_dist.job.errors import DataError, StoreError
 from sfg_dist.job.fingerprint import fingerprint
 from sfg_dist.job.object_stores import absolute_url, is_url
 from sfg_dist.pipeline.check import as_job, check_job
-from sfg_dist.pipeline.choices import CELLS_T_MIN, T_MIN
+from sfg_dist.pipeline.choices import default_t_min_of
 from sfg_dist.pipeline.evaluation import METRICS_KEY, Judged, Metrics, made_here, made_on, stored_metrics
 from sfg_dist.pipeline.output import Listener, OutputDirectory
 from sfg_dist.pipeline.ownership import job_to_write
@@ -335,8 +335,8 @@ class Pipeline(OutputDirectory):
         # The check is that of labelling, without the table itself, so that training need not read it again.
         plan = pairs.plan
         keys = identity_of_keys(self.job)
-        if plan.labels.get("t_min") in (T_MIN, CELLS_T_MIN):
-            keys["labels"].setdefault("t_min", plan.labels["t_min"])  # which the columns decided
+        if (kept := default_t_min_of(plan)) is not None:
+            keys["labels"].setdefault("t_min", kept)
         wanted = replace(plan, identity={**plan.identity, **keys})
         if not may_differ_in_length and not self.job.labels.latents:
             wanted = replace(wanted, num_pairs=self.job.labels.num_pairs)
